@@ -76,6 +76,14 @@ class Executor(ABC):
         """Run `function` once in a worker with `gpus` GPUs, so that its memory is not the driver's."""
 
     @abstractmethod
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Start `function`, which is idempotent, next to other steps; in one process, it runs when needed.
+
+        Returns:
+            Callable that waits for the result, and returns it or raises the error.
+        """
+
+    @abstractmethod
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Run `task` for each item, perhaps in parallel; yield the results in any order."""
 

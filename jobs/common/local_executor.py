@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from queue import Empty, Full, Queue
 from typing import Any
 
@@ -52,6 +53,9 @@ class LocalExecutor(Executor):
 
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:  # noqa: ARG002
         return function(*arguments)
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        return partial(function, *arguments)
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         for item in items:

@@ -59,14 +59,17 @@ class RayExecutor(Executor):
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
         return _result(_call.options(num_gpus=gpus).remote(function, *arguments))
 
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        return partial(_result, _repeated.remote(function, *arguments))
+
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        call, shared, rest = _call.options(max_retries=-1), ray.put(task), iter(items)
-        running = [call.remote(shared, item) for item in islice(rest, _MOST_TASKS)]
+        shared, rest = ray.put(task), iter(items)
+        running = [_repeated.remote(shared, item) for item in islice(rest, _MOST_TASKS)]
         try:
             while running:
                 (done,), running = ray.wait(running)
                 yield _result(done)
-                running += [call.remote(shared, item) for item in islice(rest, 1)]
+                running += [_repeated.remote(shared, item) for item in islice(rest, 1)]
         finally:
             for reference in running:
                 ray.cancel(reference)
@@ -285,6 +288,9 @@ def _load(load: Load, item: dict[str, Any]) -> Iterator[Any]:
 @ray.remote(num_cpus=1)
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
+
+
+_repeated = _call.options(max_retries=-1)
 
 
 def _result(reference: ray.ObjectRef) -> Any:

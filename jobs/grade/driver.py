@@ -18,7 +18,7 @@ from jobs.common.inference import ModelOptions
 from jobs.grade import identity as grade_identity
 from jobs.grade import retry as grade_retry
 from jobs.grade.files import RETRY_TIMEOUT_S, Listing
-from jobs.grade.gather import gather
+from jobs.grade.gather import Gathering
 from jobs.grade.identity import Identity
 from jobs.grade.listing import find_roots, list_sources
 from jobs.grade.planning import PoolOptions, plan_run, resolve_model, room_for
@@ -198,9 +198,10 @@ def _run_all(run: Run, options: GradeOptions) -> dict[str, Any]:
     console.print(f"grading {_size(listing)} with {run.identity.model_version}")
     console.print(f"computed by {run.identity.computed_by}")
     console.print(str(run.plan))
-    grade_shards(run, scratch, listing, options.max_failed_share)
+    gathering = Gathering(out, scratch, listing, run.output.guard, run.executor)
+    grade_shards(run, scratch, listing, options.max_failed_share, gathering.count)
     run.output.check()
-    totals = gather(out, scratch, listing, run.output.guard, run.executor)
+    totals = gathering.finish()
     run.clock.lap("gather")
     return _finish(run, options, make_summary(run, totals, listing, read_sessions(scratch)))
 

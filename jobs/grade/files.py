@@ -134,6 +134,11 @@ def shard_names(group: Listed, shard_size: int) -> list[str]:
     ]
 
 
+def group_of(shard: str) -> str:
+    """Group of a shard `GROUP/NNNN`."""
+    return shard.rsplit("/", 1)[0]
+
+
 def place_of(shard: str) -> int:
     """Place of a shard `GROUP/NNNN` in its group."""
     return int(shard.rsplit("/", 1)[-1])

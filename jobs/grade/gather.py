@@ -1,13 +1,14 @@
 """Third step of `scalp grade`: merge the rows of shards into few large files, and account for each image.
 
-Each file is written atomically under a deterministic name, so gathering again writes the same files.
+Each file is written atomically under a deterministic name, so gathering again writes the same files. In Ray,
+a part is merged as soon as its shards are committed, while the next ones are graded.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -26,8 +27,10 @@ from jobs.grade.files import (
     Listed,
     Listing,
     graded_file,
+    group_of,
     ids_digest,
     piece_name,
+    shard_names,
 )
 from scalp_core import storage
 from scalp_core.results import drift
@@ -81,16 +84,51 @@ class Totals:
             self.inputs = more if self.inputs is None else self.inputs + more
 
 
-def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> Totals:
-    """Write `out/results` from the committed shards in `work`, and account for every image."""
-    parts = list(enumerate(_divide(listing)))
-    totals = Totals()
-    logger.info("gathering %d parts", len(parts))
-    with progress_bar("gathering", len(parts)) as (progress, bar):
-        for counted in executor.map(GatherGroups(out, work, listing, guard), parts):
-            totals.add(counted)
-            progress.update(bar, advance=1)
-    return count_all(out, totals, executor)
+class Gathering:
+    """Writes `out/results` from the committed shards in `work`, and accounts for every image.
+
+    Parts of tars, whose pieces are not counted before they are read, and parts of which an earlier session
+    committed shards, are merged at the end.
+    """
+
+    def __init__(self, out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> None:
+        self._out = out
+        self._executor = executor
+        self._task = GatherGroups(out, work, listing, guard)
+        self._waiting = dict(enumerate(_divide(listing)))
+        self._started: list[Callable[[], Totals]] = []
+        self._part_of = {
+            group.group: number
+            for number, groups in self._waiting.items()
+            for group in groups
+            if not group.tars
+        }
+        self._left = {
+            number: sum(len(shard_names(group, listing.shard_size)) for group in groups)
+            for number, groups in self._waiting.items()
+        }
+
+    def count(self, shard: str) -> None:
+        """Count a committed shard; the last one of a part starts its merge."""
+        number = self._part_of.get(group_of(shard))
+        if number is None:
+            return
+        self._left[number] -= 1
+        if not self._left[number]:
+            part = number, self._waiting.pop(number)
+            self._started.append(self._executor.submit(self._task, part))
+
+    def finish(self) -> Totals:
+        """Merge the other parts, wait for all, and count all rows."""
+        totals, parts = Totals(), len(self._started) + len(self._waiting)
+        logger.info("gathering %d parts, %d of them already started", parts, len(self._started))
+        with progress_bar("gathering", parts) as (progress, bar):
+            for counted in chain(
+                self._executor.map(self._task, self._waiting.items()), (wait() for wait in self._started)
+            ):
+                totals.add(counted)
+                progress.update(bar, advance=1)
+        return count_all(self._out, totals, self._executor)
 
 
 def count_all(out: str, totals: Totals, executor: Executor) -> Totals:

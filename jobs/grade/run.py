@@ -129,7 +129,13 @@ class Session:
         write_json(self.uri, content)
 
 
-def grade_shards(run: Run, folder: str, listing: Listing, max_failed_share: float) -> None:
+def grade_shards(
+    run: Run,
+    folder: str,
+    listing: Listing,
+    max_failed_share: float,
+    committed: Callable[[str], None] = lambda _: None,
+) -> None:
     """Grade and commit every shard that is not committed yet.
 
     Args:
@@ -137,6 +143,7 @@ def grade_shards(run: Run, folder: str, listing: Listing, max_failed_share: floa
         folder: Folder of the shards: the scratch folder, or that of a retry.
         listing: Listing of the run or the retry.
         max_failed_share: Largest fraction of failed images.
+        committed: Called with the name of each committed shard, or piece of a tar.
 
     Raises:
         UserError: Too many images failed, or the output cannot be written.
@@ -153,6 +160,7 @@ def grade_shards(run: Run, folder: str, listing: Listing, max_failed_share: floa
     try:
         with metrics or nullcontext(), progress_bar("grading", total, done) as (progress, bar):
             for row in _run_pipeline(run, folder, listing, shards) if shards else ():
+                committed(row.pop("shard"))
                 session.add(row["rows"], row["errors"])
                 if metrics:
                     metrics.add(**row)

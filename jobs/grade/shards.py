@@ -75,7 +75,7 @@ class GradeShard:
         self._free = time.monotonic()
 
     def __call__(self, shard: LoadedShard) -> dict[str, Any]:
-        """Grade and commit a shard; return `rows`, `errors` (failed rows by code) and seconds per stage."""
+        """Grade and commit a shard; return its name, `rows`, `errors` (by code) and `seconds` per stage."""
         if self._refused:  # the run is ending
             raise self._refused
         seconds = shard.seconds | {"wait": time.monotonic() - self._free}
@@ -85,7 +85,7 @@ class GradeShard:
             parquet.write(graded_file(self._work, shard.name), table)
         errors = Counter(code for code in shard.rows["error_code"].tolist() if code)
         self._free = time.monotonic()
-        return {"rows": table.num_rows, "errors": dict(errors), "seconds": seconds}
+        return {"shard": shard.name, "rows": table.num_rows, "errors": dict(errors), "seconds": seconds}
 
     def _grade(self, rows: Columns) -> pa.Table:
         good, images = rows["error_code"] == "", rows["image"]

@@ -18,6 +18,7 @@ from scalp_core.datasets.locations import location_of, read_images
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grades import SYMPTOM_IDS, name_symptom
 from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.results.progress import SUMMARY_FILE
 from scalp_core.results.subjects import Subject, read_subject
 
 Document = Literal["fhir", "dicom-sr"]
@@ -28,7 +29,6 @@ SUFFIXES: dict[Document, str] = {"fhir": ".ndjson", "dicom-sr": ".zip"}
 DOCUMENTS_FOLDER = "documents"
 """Folder below the output directory of `scalp grade` with the documents of all rows."""
 
-_SUMMARY_FILE = "summary.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same rows make the same file
 
 Rows = Iterator[tuple[Mapping[str, Any], Subject | None]]
@@ -70,7 +70,7 @@ def plan_documents(out: str, wanted: Sequence[Document], symptom: str) -> list[D
     Raises:
         UserError: As for `check_documents`, or a file of that name exists that no run made.
     """
-    had = (storage.read_json(storage.join(out, _SUMMARY_FILE)) or {}).get("documents", [])
+    had = (storage.read_json(storage.join(out, SUMMARY_FILE)) or {}).get("documents", [])
     kinds = [*had, *(kind for kind in SUFFIXES if kind in wanted and kind not in had)]
     for kind in kinds:
         check_documents(kind, out, symptom)
@@ -97,7 +97,7 @@ def export_documents(
     Raises:
         UserError: As for `check_documents` and `write_documents`.
     """
-    run = storage.read_json(storage.join(out, _SUMMARY_FILE)) or {}
+    run = storage.read_json(storage.join(out, SUMMARY_FILE)) or {}
     check_documents(kind, out, run.get("symptom"))
     with storage.new_file(uri) as file:
         return write_documents(kind, batches, file, bool(run.get("synthetic")), patients)

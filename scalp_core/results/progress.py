@@ -18,7 +18,7 @@ IDENTITY_FILE = "run.json"
 LISTING_FILE = "listing.json"
 SESSIONS = "sessions"
 REPORT_FILE = "report.html"
-_SUMMARY_FILE = "summary.json"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_progress(out: str) -> Progress | None:
     if identity is None:
         return None
     common = {"sources": identity["sources"], "model_version": identity["model_version"]}
-    if summary := storage.read_json(storage.join(out, _SUMMARY_FILE)):
+    if summary := storage.read_json(storage.join(out, SUMMARY_FILE)):
         return Progress(
             **common,
             done=summary["rows"],

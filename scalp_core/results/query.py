@@ -19,6 +19,7 @@ from scalp_core import storage
 from scalp_core.datasets import aihub
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
+from scalp_core.results.progress import SUMMARY_FILE
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
 from scalp_core.results.store import is_store
 from scalp_core.storage import parquet
@@ -28,7 +29,6 @@ from scalp_core.storage.outputs import SCRATCH_FOLDER
 WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
 """Folder below the output directory with the rows of an unfinished run."""
 
-_SUMMARY_FILE = "summary.json"
 
 By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
 Status = Literal["graded", "failed", "referred"]
@@ -278,7 +278,7 @@ _TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/'
 def _find(out: str) -> tuple[bool, str, list[str]]:
     """Find the rows of a run: whether it is finished, the folder of the rows, and the files in it."""
     results, work = storage.join(out, RESULTS_FOLDER), storage.join(out, WORK_FOLDER)
-    summary = storage.read_json(storage.join(out, _SUMMARY_FILE))
+    summary = storage.read_json(storage.join(out, SUMMARY_FILE))
     finished = summary is not None and not summary.get("rows_unaccounted")
     # Without a summary, the results folder may be less complete than the work folder.
     for folder in (results, work) if finished else (work, results):

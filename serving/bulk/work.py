@@ -26,7 +26,7 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import read_spec
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Precision
-from scalp_core.results.progress import REPORT_FILE, Progress, read_progress
+from scalp_core.results.progress import REPORT_FILE, SUMMARY_FILE, Progress, read_progress
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving.auth.scopes import Caller
 from serving.bulk.owners import Owners
@@ -161,9 +161,13 @@ class Bulk:
         return self.rows(caller, work).page(limit, cursor)
 
     def rows(self, caller: Caller, work: str) -> StoredRows:
-        """Find the rows of a run; raises `Refusal` if there are no results yet."""
-        rows = StoredRows(storage.join(self._owned(caller, work), RESULTS_FOLDER))
-        if not rows.files:
+        """Find the rows of a run; raises `Refusal` if there are no results yet.
+
+        Before the summary is written, the folder of the results may hold a part of the rows.
+        """
+        out = self._owned(caller, work)
+        rows = StoredRows(storage.join(out, RESULTS_FOLDER))
+        if not rows.files or not storage.exists(storage.join(out, SUMMARY_FILE)):
             raise Refusal(
                 404, "no_results_yet", "there are no results yet; they are written at the end of the run"
             )

@@ -18,6 +18,7 @@ from jobs.common.inference import ModelOptions
 from jobs.common.local_executor import LocalExecutor
 from jobs.grade import driver as grade_module
 from jobs.grade.driver import GradeOptions, grade
+from jobs.grade.gather import Gathering
 from jobs.grade.planning import PoolOptions
 from scalp_core import storage
 from scalp_core.bundles.bundle import save_bundle
@@ -221,7 +222,7 @@ def stopped(bundle, cluster, tmp_path, monkeypatch):
 
     source, out = put_source("folder", tmp_path), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(grade_module, "gather", stop)
+        patch.setattr(Gathering, "finish", stop)
         with pytest.raises(StopError):
             grade_alone(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS, heatmaps=0))
     shards = sorted((out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
@@ -264,7 +265,7 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(grade_module, "gather", stop)
+        patch.setattr(Gathering, "finish", stop)
         with pytest.raises(StopError):
             grade_alone(
                 str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS, heatmaps=0)

@@ -39,7 +39,7 @@ def test_steps_run_in_order_and_in_this_process():
     assert [row["value"] for row in executor.map(lambda row: {"value": -row["value"]}, items)] == [0, -1, -2]
     rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(1, (1, 1), 1, 0))
     assert [row["value"] for row in rows] == [0, 0, 10, 10, 20, 20]
-    assert executor.call(max, 1, 2) == 2
+    assert executor.call(max, 1, 2) == executor.submit(max, 1, 2)() == 2
     assert executor.share(items)() is items
 
 

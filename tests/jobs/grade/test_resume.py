@@ -14,11 +14,12 @@ from cluster.resources import Cluster
 from jobs.common import images, provenance
 from jobs.common.console import read_json, timed
 from jobs.common.inference import ModelOptions
-from jobs.grade import driver as grade_module
+from jobs.common.local_executor import LocalExecutor
+from jobs.grade import gather as grade_gather
 from jobs.grade import listing as grade_listing
 from jobs.grade.driver import with_runtime
 from jobs.grade.files import GroupState, Listed, Listing, read_listed_rows
-from jobs.grade.gather import GatherGroups, count_differing
+from jobs.grade.gather import GatherGroups, Gathering, count_differing
 from jobs.grade.identity import Identity
 from jobs.grade.listing import write_groups
 from jobs.grade.planning import PoolOptions, plan_run
@@ -33,6 +34,7 @@ from scalp_core.inference import predictor
 from scalp_core.inference.predictor import COMPILE_FROM
 from scalp_core.results import progress
 from scalp_core.storage import lease, outputs
+from tests.support import small_grade
 from tests.support.small_grade import picture, rows, run, sources, tarred, write_bundle, zipped
 
 TEMPORARY = f".{{}}.{'0' * 32}.scalp-tmp"
@@ -49,14 +51,14 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Run until the gather step."""
+    """Run until all shards are graded."""
 
     def stop(bundle, named, out, **options):
-        def gather(*_):
+        def finish(_):
             raise StopError
 
         with monkeypatch.context() as patch:
-            patch.setattr(grade_module, "gather", gather)
+            patch.setattr(Gathering, "finish", finish)
             with pytest.raises(StopError):
                 run(bundle, named, out, report=False, **options)
 
@@ -118,6 +120,34 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
     stale = replace(task, guard=replace(guard, epoch=0))
     with pytest.raises(UserError, match="taken over by another run"):
         stale._write(0, 0, [pq.read_table(part)])
+
+
+class Eager(LocalExecutor):
+    """Runs a submitted step at once, as a cluster with free cores does."""
+
+    def submit(self, function, *arguments):
+        result = function(*arguments)
+        return lambda: result
+
+
+def test_a_part_is_gathered_as_soon_as_its_shards_are_graded(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(grade_listing, "GROUP_SHARDS", 2)
+    monkeypatch.setattr(grade_gather, "ROWS_PER_PART", 2 * small_grade.SHARD)
+    for number in range(6 * small_grade.SHARD):
+        storage.write(f"{tmp_path}/data/{number}.jpg", picture(number))
+    out, graded_at_each_part = tmp_path / "out", []
+
+    def write_part(uri, table):
+        graded = sum(1 for _ in (out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
+        graded_at_each_part.append(graded)
+        parts(uri, table)
+
+    parts = grade_gather.write_part
+    monkeypatch.setattr(grade_gather, "write_part", write_part)
+    monkeypatch.setattr(small_grade, "LocalExecutor", Eager)
+    summary = run(bundle, [f"{tmp_path}/data"], str(out), report=False)
+    assert (summary["rows"], summary["rows_unaccounted"]) == (6 * small_grade.SHARD, 0)
+    assert graded_at_each_part == [2, 4, 6]
 
 
 def test_leftovers_of_killed_writers_disturb_nothing(bundle, tmp_path, stopped):
