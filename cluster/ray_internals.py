@@ -233,7 +233,7 @@ def dashboard_address(gcs_address: str) -> str:
 
 
 def train_helpers() -> tuple[type, type]:
-    """Callbacks of Ray Train that start a process each: for datasets, and for cleaning up after a driver."""
+    """Callbacks of Ray Train that start a process each: for datasets, and for a dead controller."""
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 

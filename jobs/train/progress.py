@@ -12,9 +12,10 @@ from queue import Queue as LocalQueue
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import UserCallback
-from ray.util import placement_group_table
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -55,10 +56,10 @@ class Follower:
     """Print the workers' notes, and a message if no worker can start.
 
     Args:
-        notes: Queue of notes. Keys of a note: `workers` that start and the epoch `after` which they resume;
-            `epoch, step, steps, loss, learning_rate`, with the epoch's `seconds` and `waited_seconds` so far;
-            `epoch_done`, an entry of the history; `kept`, an epoch with a stored checkpoint; `lost`, the
-            number of lost workers.
+        notes: Queue of notes. Keys of a note: `workers` that start, the epoch `after` which they resume, and
+            their placement `group`; `epoch, step, steps, loss, learning_rate`, with the epoch's `seconds` and
+            `waited_seconds` so far; `epoch_done`, an entry of the history; `kept`, an epoch with a stored
+            checkpoint; `lost`, the number of lost workers.
         epochs: Epochs of the whole run.
         tracker: Tracker that records each epoch.
         fewest: Minimum number of workers; 0 if the training runs in this process, which waits for none.
@@ -87,6 +88,7 @@ class Follower:
         self._training = False
         self._since = time.monotonic()
         self.stop = threading.Event()
+        self.group: PlacementGroup | None = None
 
     def run(self) -> None:
         """Print notes until `stop` is set and the queue is empty."""
@@ -118,6 +120,7 @@ class Follower:
             self._print(f"workers failed: {note['lost']}")
         elif "workers" in note:
             self._training = True
+            self.group = note.get("group")
             where = f"resuming after epoch {note['after']}" if note["after"] else "starting"
             self._print(f"{where}, workers: {note['workers']}")
         elif "epoch_done" in note:
@@ -164,8 +167,12 @@ def follow_progress(
     follower = Follower(notes, recipe.epochs, tracker, 0 if here else fewest, metrics, label, as_lines)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()
+    controller_died = False
     try:
         yield notes
+    except RayActorError:
+        controller_died = True
+        raise
     finally:
         follower.stop.set()
         with suppress(RayError):  # the error that ended the block may have ended the queue too
@@ -173,6 +180,9 @@ def follow_progress(
         thread.join(timeout=30)  # longer than the timeouts of trackers
         if isinstance(notes, Queue):
             notes.shutdown()
+        if controller_died and follower.group:
+            # It would have done so, and Ray keeps the CPUs of its workers until this process ends.
+            remove_placement_group(follower.group)
 
 
 def _ray_queue() -> Queue:

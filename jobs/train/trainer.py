@@ -13,7 +13,6 @@ from ray.train.torch import TorchTrainer
 
 from cluster.local import quiet_loggers
 from cluster.ray_internals import train_context, train_helpers
-from cluster.resources import is_joined
 from jobs.train.worker import train_worker
 from scalp_core import storage
 
@@ -37,15 +36,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 class _Trainer(TorchTrainer):
     """A trainer without two helper processes of Ray, which would take CPU time from workers on a laptop.
 
-    One holds datasets that are passed to a trainer; scalp's workers make theirs. The other cleans up after a
-    killed driver, which only a cluster that outlives the driver needs.
+    One holds datasets that are passed to a trainer; scalp's workers make theirs. The other gives back the
+    workers' CPUs and GPUs if the controller dies, which `follow_progress` does.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        datasets, cleaner = train_helpers()
-        idle = (datasets,) if is_joined() else (datasets, cleaner)
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, idle)]
+        return [callback for callback in callbacks if not isinstance(callback, train_helpers())]
 
     def _register_sigint_handler(self, *_: Any) -> None:
         """Leave Ctrl-C to the command: Ray's handler stays after the training, and exits with code 1."""

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.util import get_current_placement_group
 from torch import nn
 
 from jobs.train.ingest import (
@@ -123,7 +124,8 @@ class _Worker:
 
     def run(self) -> None:
         first = len(self.history) + 1
-        self._note({"workers": self.world, "after": first - 1})
+        group = get_current_placement_group() if ray.is_initialized() else None
+        self._note({"workers": self.world, "after": first - 1, "group": group})
         settings = self.recipe.epoch_settings
         batches = training_batches(self.train, settings, self.rank_batch, first, self.limits)
         for epoch in range(first, self.recipe.epochs + 1):

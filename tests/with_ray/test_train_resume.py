@@ -183,6 +183,8 @@ def test_a_lost_worker_and_a_killed_training_cost_the_epoch_in_progress(
     assert "starting, workers: 1" in printed
     assert "workers failed: 1" in printed and "resuming after epoch 1, workers: 1" in printed
     assert printed.count("epoch 1/3") == 1
+    states = {group["state"] for group in ray.util.placement_group_table().values()}
+    assert states == {"REMOVED"}  # or the CPUs of its workers would be missing until this process ends
 
     resumed = train(data, str(run), RECIPE, 1, "cpu", fold=FOLD)
     printed = capsys.readouterr().out
