@@ -8,7 +8,6 @@ import typer
 
 from jobs.cli.options import (
     DataArg,
-    LocalOption,
     OutArg,
     SetOption,
     with_old_names,
@@ -67,15 +66,16 @@ def prepare(
     label_source: Annotated[
         Literal["folder", "json", "unlabelled"] | None,
         typer.Option(
+            metavar="LABELS",  # the names take half a line
             help="source of labels: folder (name of the folder, as in the paper), json (value in AI Hub's "
-            "label file) or unlabelled; default: folder, or the column label of a table"
+            "label file) or unlabelled; default: folder, or the column label of a table",
         ),
     ] = None,
     symptom: Annotated[
         str,
         typer.Option(
-            help="symptom of the label: "
-            + ", ".join(f"{name} ({korean})" for name, korean in zip(SYMPTOM_IDS, SYMPTOMS, strict=True))
+            help="symptom of the label, in English or Korean: "
+            + "; ".join(f"{name}, {korean}" for name, korean in zip(SYMPTOM_IDS, SYMPTOMS, strict=True))
         ),
     ] = SYMPTOM_IDS[0],
     ratio: Annotated[
@@ -87,8 +87,9 @@ def prepare(
     split_by: Annotated[
         Literal["group", "official", "random"],
         typer.Option(
+            metavar="METHOD",
             help="split method: group (no group is in two splits), official (as delivered, without the "
-            "overlap) or random (as in the paper; it leaks)"
+            "overlap) or random (as in the paper; it leaks)",
         ),
     ] = "group",
     group: Annotated[
@@ -104,8 +105,10 @@ def prepare(
             help="further key of groups: folder, or regex:PATTERN of the path, such as 'regex:(patient\\d+)_'"
         ),
     ] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="cross-validation folds; default: none")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="random seed of the split")] = 0,
+    folds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="cross-validation folds; default: none")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="random seed of the split")] = 0,
     extend: Annotated[
         str | None,
         typer.Option(
@@ -128,24 +131,34 @@ def prepare(
     conflicts: Annotated[
         Literal["adjudicate", "soft"],
         typer.Option(
+            metavar="RULE",
             help="of a label log, images on which readers differ and none decides: adjudicate (left out "
-            "until scalp review --adjudicate) or soft (label: share of the readers per grade; train alone)"
+            "until scalp review --adjudicate) or soft (label: share of the readers per grade; train alone)",
         ),
     ] = "adjudicate",
-    local: LocalOption = False,
+    local: Annotated[
+        bool | None,
+        typer.Option(
+            "--local/--cluster",
+            help="run in this process without Ray, or in Ray; default: in this process if SOURCE is a local "
+            "folder or archive of less than 128 MiB, without --extend and RAY_ADDRESS, else in Ray",
+        ),
+    ] = None,
 ) -> None:
     """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
 
     The same command resumes a stopped run.
     """
-    from jobs.cli.executors import make_executor
+    from jobs.cli.executors import make_executor, runs_here
+    from jobs.data.prepare import is_small
     from jobs.data.prepare import prepare as verb
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     symptom = dict(zip(SYMPTOM_IDS, SYMPTOMS, strict=True)).get(symptom, symptom)
     options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
-    executor = make_executor(local, "use a machine with more memory, or omit --local")
+    here = runs_here(local, "cpu", needs_cluster=extend is not None or not is_small(source))
+    executor = make_executor(here, "use a machine with more memory, or --cluster")
     verb(
         source,
         out,

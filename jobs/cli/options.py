@@ -46,12 +46,6 @@ PrecisionOption = Annotated[
         "fp32; int8 needs `scalp quantize` first",
     ),
 ]
-LocalOption = Annotated[
-    bool,
-    typer.Option(
-        "--local", help="run in this process, without starting or joining Ray; for a handful of images"
-    ),
-]
 RunsHereOption = Annotated[
     bool | None,
     typer.Option(

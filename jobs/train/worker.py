@@ -188,7 +188,7 @@ class _Worker:
             "steps": self.steps,
             "step_losses": [round(float(piece.mean()), 6) for piece in pieces],
             "data_wait_share": round(waited / seconds, 4),
-            "photographs_per_second": round(count / seconds, 1),
+            "photographs_per_second": round(count / seconds, 2),
         }
 
     def _validate(self) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.cli import executors
 from jobs.cli.main import app
 from jobs.common.ray_executor import RayExecutor
+from jobs.data import prepare
+from jobs.data.prepare import is_small
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import read_manifest, select_split
 from scalp_core.images.preprocess import decode
@@ -81,6 +84,42 @@ def test_grade_on_one_machine_starts_no_ray(bundle, images, tmp_path, monkeypatc
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test file may have started one
     scalp("grade", bundle, images, tmp_path / "graded", "--device", "cpu", "--heatmaps", 0)
     assert pq.read_table(tmp_path / "graded/results").num_rows == 40
+
+
+def test_prepare_chooses_ray_by_the_source(images, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(executors, "make_executor", lambda local, _: chosen.append(local))
+    monkeypatch.setattr(prepare, "prepare", lambda *_, **__: None)
+    words = [], ["--cluster"], ["--extend", tmp_path / "data"]
+    for more in words:
+        scalp("prepare", images, tmp_path / "out", *more)
+    scalp("prepare", "s3://clinic/2024", tmp_path / "out")
+    scalp("prepare", "s3://clinic/2024", tmp_path / "out", "--local")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    scalp("prepare", images, tmp_path / "out")
+    assert chosen == [True, False, False, False, True, False]
+
+
+def test_only_small_local_sources_are_prepared_here(images, tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/dangling.jpg").symlink_to("nowhere")
+    (tmp_path / "table.csv").write_text("uri,label\n")
+    (tmp_path / "set.zip").write_bytes(b"")
+    assert is_small(str(images)) and is_small(f"{tmp_path}/set") and is_small(f"{tmp_path}/set.zip")
+    elsewhere = (
+        "s3://clinic/2024",
+        f"{tmp_path}/table.csv",
+        f"{tmp_path}/missing",
+        f"{tmp_path}/missing.zip",
+    )
+    assert not any(map(is_small, elsewhere))
+    total = sum(file.stat().st_size for file in images.rglob("*") if file.is_file())
+    monkeypatch.setattr(prepare, "_SMALL_BYTES", total)
+    assert not is_small(str(images))
+    monkeypatch.setattr(prepare, "_SMALL_BYTES", total + 1)
+    assert is_small(str(images))
 
 
 def test_grade_joins_a_named_cluster(bundle, images, tmp_path, monkeypatch):
