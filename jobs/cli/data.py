@@ -141,7 +141,7 @@ def prepare(
         typer.Option(
             "--local/--cluster",
             help="run in this process without Ray, or in Ray; default: in this process if SOURCE is a local "
-            "folder or archive of less than 128 MiB, without --extend and RAY_ADDRESS, else in Ray",
+            "folder or archive of less than 128 MiB, no label log, and RAY_ADDRESS is not set; else in Ray",
         ),
     ] = None,
 ) -> None:
@@ -157,7 +157,7 @@ def prepare(
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     symptom = dict(zip(SYMPTOM_IDS, SYMPTOMS, strict=True)).get(symptom, symptom)
     options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
-    here = runs_here(local, "cpu", needs_cluster=extend is not None or not is_small(source))
+    here = runs_here(local, "cpu", needs_cluster=not is_small(source))
     executor = make_executor(here, "use a machine with more memory, or --cluster")
     verb(
         source,

@@ -181,7 +181,7 @@ def follow_progress(
         if isinstance(notes, Queue):
             notes.shutdown()
         if controller_died and follower.group:
-            # It would have done so, and Ray keeps the CPUs of its workers until this process ends.
+            # The controller did not, and Ray would keep the workers' CPUs until this process ends.
             remove_placement_group(follower.group)
 
 

@@ -17,6 +17,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import read_manifest, select_split
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
+from scalp_core.labels.log import open_log
 from scalp_core.synthetic.plan import SynthOptions
 from tests.support.plots import leave_undrawn
 from tests.support.sources import write_small_set
@@ -92,14 +93,13 @@ def test_prepare_chooses_ray_by_the_source(images, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(executors, "make_executor", lambda local, _: chosen.append(local))
     monkeypatch.setattr(prepare, "prepare", lambda *_, **__: None)
-    words = [], ["--cluster"], ["--extend", tmp_path / "data"]
-    for more in words:
-        scalp("prepare", images, tmp_path / "out", *more)
+    scalp("prepare", images, tmp_path / "out")
+    scalp("prepare", images, tmp_path / "out", "--cluster")
     scalp("prepare", "s3://clinic/2024", tmp_path / "out")
     scalp("prepare", "s3://clinic/2024", tmp_path / "out", "--local")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     scalp("prepare", images, tmp_path / "out")
-    assert chosen == [True, False, False, False, True, False]
+    assert chosen == [True, False, False, True, False]
 
 
 def test_only_small_local_sources_are_prepared_here(images, tmp_path, monkeypatch):
@@ -115,6 +115,8 @@ def test_only_small_local_sources_are_prepared_here(images, tmp_path, monkeypatc
         f"{tmp_path}/missing.zip",
     )
     assert not any(map(is_small, elsewhere))
+    open_log(f"{tmp_path}/labels")
+    assert not is_small(f"{tmp_path}/labels")
     total = sum(file.stat().st_size for file in images.rglob("*") if file.is_file())
     monkeypatch.setattr(prepare, "_SMALL_BYTES", total)
     assert not is_small(str(images))
