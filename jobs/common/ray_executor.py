@@ -34,6 +34,8 @@ _AHEAD = 6
 _HELD = 2
 # Batches among which a model looks for one on its node.
 _SEARCHED = 32
+# Wait for a result after which all models may be waiting for something of a lost node.
+_PATIENCE_S = 5
 # Tasks of a `map` that Ray holds at a time.
 _MOST_TASKS = 1000
 _ROWS_A_BLOCK = 256
@@ -174,8 +176,8 @@ class _ModelPool:
         return len(self._loaded) >= _AHEAD * max(1, len(self._running))
 
     def _load(self, rest: Iterator[dict[str, Any]], load: ray.ObjectRef) -> bool:
-        """Keep the loading tasks at their number; return whether there are any."""
-        for item in islice(rest, self._size.loaders - len(self._loading)):
+        """Keep the loading tasks at their number while there is room; return whether there are any."""
+        for item in islice(rest, 0 if self._is_full else self._size.loaders - len(self._loading)):
             self._loading[_load.remote(load, item)] = item["shard"]
         return bool(self._loading)
 
@@ -194,12 +196,23 @@ class _ModelPool:
 
     def _wait(self) -> list[Any]:
         """Wait for results, models that started, and, if there is room, loaded batches."""
-        references = [*self._starting, *(reference for model in self._running for reference in model.batches)]
-        if not self._is_full:
-            references += self._loading
-        ray.wait(references, fetch_local=False)
+        results = [*self._starting, *(reference for model in self._running for reference in model.batches)]
+        references = results if self._is_full else [*results, *self._loading]
+        while not ray.wait(references, timeout=_PATIENCE_S, fetch_local=False)[0]:
+            # A new model, or what loads a lost batch again, needs the CPU of a task whose batch is not taken.
+            if not self._running or self._has_lost_batches():
+                references = [*results, *self._loading]
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         return ready
+
+    def _has_lost_batches(self) -> bool:
+        """Whether a loaded batch went with its node, and is being loaded again."""
+        batches = [*self._loaded, *(batch for model in self._running for batch in model.batches.values())]
+        references = [batch.reference for batch in batches]
+        if not references:
+            return False
+        _, lost = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        return bool(lost)
 
     def _receive(self, task: ray.ObjectRefGenerator) -> None:
         try:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,13 +70,13 @@ def start(
     out: str,
     log: Path,
     shard: int = SHARD,
-    where: str = "--cluster",
+    options: Sequence[str] = ("--cluster",),
     **environment: str,
 ) -> Run:
     command = [sys.executable, "-m", "jobs.cli", "grade", str(bundle), source, out, "--device", "cpu"]
     with log.open("a") as output:
         process = subprocess.Popen(
-            [*command, where, "--shard-size", str(shard), "--heatmaps", "0"],
+            [*command, *options, "--shard-size", str(shard), "--heatmaps", "0"],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,

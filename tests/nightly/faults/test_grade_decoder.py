@@ -58,7 +58,7 @@ def test_an_image_whose_decoder_ends_its_process_is_one_row(bundle, tmp_path, wh
     (source / "a.tar").write_bytes(tarred(list(images.items())))
     deaths = tmp_path / "deaths"
     run = start(
-        bundle, str(source), str(tmp_path / "out"), tmp_path / "log", where=where,
+        bundle, str(source), str(tmp_path / "out"), tmp_path / "log", options=[where],
         PYTHONPATH=os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[3])]),
         SCALP_TEST_DEATHS=str(deaths),
     )  # fmt: skip

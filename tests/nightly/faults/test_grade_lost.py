@@ -4,6 +4,7 @@ import os
 import signal
 import uuid
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -69,6 +70,27 @@ def test_a_lost_node_costs_at_most_the_shard_of_each_model(bundle, photographs, 
         cluster.shutdown()
     summary = check(run, graded_again=2 * SHARD)
     assert summary["settings"]["models"] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_node_of_the_only_model_is_lost(bundle, photographs, tmp_path, mark):
+    """Loading tasks that wait for the model leave a CPU of the other node to the next one."""
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(**NODE) for _ in range(2)]
+        cluster.wait_for_nodes()
+        options = ["--cluster", "--replicas", "1", "--loaders", "6"]
+        out, log = str(tmp_path / "out"), tmp_path / "log"
+        run = start(bundle, photographs, out, log, options=options, RAY_ADDRESS=cluster.address)
+        run.wait_for(3)
+        (model,) = processes(mark, "ray::GradeShard")
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+        cluster.remove_node(raylets[psutil.Process(model).ppid()], allow_graceful=False)
+        run.end()
+    finally:
+        cluster.shutdown()
+    check(run, graded_again=SHARD)
 
 
 @pytest.mark.slow
