@@ -47,7 +47,7 @@ def grade(
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = 512,
     runtime: RuntimeOption = "auto",
     replicas: Annotated[
         str | None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.resources import Cluster, is_joined
@@ -38,12 +38,16 @@ def needs_ray(device: Device = "auto") -> bool:
 
 @dataclass(frozen=True)
 class PipelineSize:
-    """Loading tasks, fewest and most models of a pipeline, and CPUs and fraction of a GPU of each model."""
+    """Loading tasks, fewest and most models of a pipeline, and CPUs and fraction of a GPU of each model.
+
+    `threads` of a model take batches at the same time; more than one needs a thread-safe class.
+    """
 
     loaders: int
     models: tuple[int, int]
     cpus_per_model: int
     gpus_per_model: float
+    threads: int = field(default=1, kw_only=True)
 
 
 class Executor(ABC):

@@ -139,7 +139,7 @@ class AddLogits:
             self._predictor = Predictor(
                 bundle(), computation.device, computation.precision, threads, computation.runtime
             )
-            self._predictor.warm_up(options.batch_size)
+            self._predictor.warm_up(options.batch_size, smaller=False)
         except UserError as error:  # raised by the first call: Ray would retry a constructor
             self._refused = error
 

@@ -140,7 +140,9 @@ class _ModelPool:
     def __init__(self, model: type, arguments: Sequence[Any], size: PipelineSize) -> None:
         # Ray shows the name of the class.
         actor = ray.remote(type(model.__name__, (_Model,), {}))
-        self._actor = actor.options(num_cpus=size.cpus_per_model, num_gpus=size.gpus_per_model)
+        self._actor = actor.options(
+            num_cpus=size.cpus_per_model, num_gpus=size.gpus_per_model, max_concurrency=size.threads
+        )
         self._arguments = ray.put((model, tuple(arguments)))
         self._size = size
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
@@ -253,14 +255,18 @@ class _ModelPool:
         Raises:
             UserError: Models died repeatedly in one batch.
         """
-        first, *_ = lost = list(model.batches.values())
+        lost = list(model.batches.values())
         # A lost node says nothing about the batch. Ray may report one as unavailable, before it is sure.
         is_alive = any(node["NodeID"] == model.node and node["Alive"] for node in ray.nodes())
-        first.deaths += is_alive and not isinstance(error, ActorUnavailableError)
-        logger.warning("a model was lost while it graded shard %s: %s", first.name, error)
-        if first.deaths > MOST_TRIES:
+        logger.warning("a model was lost while it graded shard %s: %s", lost[0].name, error)
+        if is_alive and not isinstance(error, ActorUnavailableError):
+            for batch in lost[: self._size.threads]:
+                batch.deaths += 1
+        deaths = max(batch.deaths for batch in lost)
+        if deaths > MOST_TRIES:
+            suspects = " or ".join(batch.name for batch in lost if batch.deaths == deaths)
             raise UserError(
-                f"processes of models died {first.deaths} times while they graded shard {first.name}; "
+                f"processes of models died {deaths} times while they graded shard {suspects}; "
                 "if memory ran out, run the same command again with a smaller --batch-size, fewer "
                 "--replicas or on nodes with more memory"
             )

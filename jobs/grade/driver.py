@@ -72,7 +72,7 @@ class GradeOptions:
 def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
     """Load and warm up the model of an actor."""
     predictor = Predictor(bundle(), options.device, options.precision, threads, options.runtime)
-    predictor.warm_up(options.batch_size)
+    predictor.warm_up(options.batch_size, smaller=False)
     return predictor
 
 

@@ -22,6 +22,8 @@ _MODELS_PER_NODE = 8
 # GPUs per model: one model computes while the other copies, formats and commits. On an H200, two models
 # reached 1.7 times the throughput of one (docs/grading.md).
 _GPU_SHARE = 0.5
+# Threads per model: one computes while the other commits.
+_THREADS = 2
 # Maximum number of models in a cluster that autoscales, if --replicas is not given.
 _MAX_AUTOSCALED = 64
 
@@ -126,6 +128,7 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         models=(low, high),
         cpus_per_model=cpus,
         gpus_per_model=gpus,
+        threads=_THREADS,
         batch_size=model.batch_size,
         loaders=loaders,
         fetches=pool.fetches,

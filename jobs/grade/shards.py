@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,7 +46,10 @@ class Model(Protocol):
 
 
 class GradeShard:
-    """Actor: grade a shard and atomically commit its rows before it takes the next one.
+    """Actor: grade a shard and atomically commit its rows.
+
+    Thread-safe: the model computes one shard while another thread commits the one before, so that a GPU does
+    not wait for files.
 
     Args:
         work: Folder of the run.
@@ -72,34 +76,38 @@ class GradeShard:
             self._model = model()
         except UserError as error:  # raised by the first call: Ray would retry a constructor
             self._refused = error
+        self._lock = threading.Lock()
         self._free = time.monotonic()
 
     def __call__(self, shard: LoadedShard) -> dict[str, Any]:
         """Grade and commit a shard; return its name, `rows`, `errors` (by code) and `seconds` per stage."""
         if self._refused:  # the run is ending
             raise self._refused
-        seconds = shard.seconds | {"wait": time.monotonic() - self._free}
-        with timed(seconds, "model"):
-            table = self._grade(shard.rows)
+        with self._lock:
+            seconds = shard.seconds | {"wait": time.monotonic() - self._free}
+            with timed(seconds, "model"):
+                logits = self._logits(shard.rows)
+            self._free = time.monotonic()
         with timed(seconds, "commit"), storage.retry_timeout(RETRY_TIMEOUT_S):
+            table = self._table(shard.rows, logits)
             parquet.write(graded_file(self._work, shard.name), table)
         errors = Counter(code for code in shard.rows["error_code"].tolist() if code)
-        self._free = time.monotonic()
         return {"shard": shard.name, "rows": table.num_rows, "errors": dict(errors), "seconds": seconds}
 
-    def _grade(self, rows: Columns) -> pa.Table:
+    def _logits(self, rows: Columns) -> np.ndarray:
         good, images = rows["error_code"] == "", rows["image"]
         logits = np.zeros((len(good), NUM_GRADES * self._spec.symptoms), np.float32)
-        if good.any():
-            logits[good] = self._logits(images if good.all() else images[good])
+        if not good.all():
+            images = images[good]
+        starts = range(0, len(images), self._batch_size)
+        batches = [self._model.logits(images[start : start + self._batch_size]) for start in starts]
+        if batches:
+            logits[good] = np.concatenate(batches)
+        return logits
+
+    def _table(self, rows: Columns, logits: np.ndarray) -> pa.Table:
         table = result_table(rows, logits, self._spec, self._signature)
         if self._spec.gates is None:
             return table
-        inputs = drift.count_statistics(rows["statistics"][good], self._spec.gates)
+        inputs = drift.count_statistics(rows["statistics"][rows["error_code"] == ""], self._spec.gates)
         return table.replace_schema_metadata({INPUTS_KEY: inputs.model_dump_json()})
-
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        starts = range(0, len(images), self._batch_size)
-        return np.concatenate(
-            [self._model.logits(images[start : start + self._batch_size]) for start in starts]
-        )

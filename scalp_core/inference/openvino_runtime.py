@@ -156,7 +156,7 @@ class OpenVinoRuntime:
         """Compile the same model for parallel passes; both share the weights of the graph."""
         return OpenVinoRuntime(self._model, self._precision, self._threads, streams)
 
-    def warm_up(self, batch_size: int, size: int) -> None:
+    def warm_up(self, batch_size: int, size: int, *, smaller: bool = True) -> None:  # noqa: ARG002
         """Run each shape into which batches up to `batch_size` are cut, once per stream."""
         for batch in _BATCHES:
             for _ in self.requests if batch <= batch_size else ():

@@ -213,9 +213,14 @@ class Predictor:
         other.forward = self.forward.in_streams(streams)
         return other
 
-    def warm_up(self, batch_size: int) -> None:
-        """Run blank batches up to this size, so that no image pays for compilation."""
-        self.forward.warm_up(batch_size, self.spec.preprocess.size)
+    def warm_up(self, batch_size: int, *, smaller: bool = True) -> None:
+        """Run blank batches of this size, so that no image pays for compilation.
+
+        Args:
+            smaller: Whether smaller batches are as frequent, as in an endpoint. On a GPU each size takes
+                seconds; without it, smaller batches cost as much as full ones.
+        """
+        self.forward.warm_up(batch_size, self.spec.preprocess.size, smaller=smaller)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits of images uint8 (N, size, size, 3) from `preprocess.decode`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,13 +60,16 @@ class TorchRuntime:
             outputs = NUM_GRADES * bundle.spec.symptoms
             self._graphs = _CudaGraphs(self._forward, self._spec.size, outputs)
 
-    def warm_up(self, batch_size: int, size: int) -> None:
-        """Compile or capture each shape to which batches up to `batch_size` are padded."""
-        for bucket in _BUCKETS if self._graphs else (batch_size,):
-            # Batches above the largest bucket that fits are cut into chunks of it.
-            self.logits(np.zeros((bucket, size, size, 3), np.uint8))
-            if bucket >= batch_size:
-                break
+    def warm_up(self, batch_size: int, size: int, *, smaller: bool = True) -> None:
+        """Compile or capture the shape to which batches of `batch_size` are padded.
+
+        Args:
+            smaller: Whether to do so for each smaller bucket; else smaller batches are padded to this one.
+        """
+        # Batches above the largest bucket that fits are cut into chunks of it.
+        counts = [bucket for bucket in _BUCKETS if bucket < batch_size] if self._graphs and smaller else []
+        for count in (*counts, batch_size):
+            self.logits(np.zeros((min(count, _BUCKETS[-1]), size, size, 3), np.uint8))
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -121,7 +124,7 @@ class _CudaGraphs:
         start = 0
         for number, chunk in enumerate(_chunks(images, self._largest_bucket)):
             slot, count = self._slots[number % 2], len(chunk)
-            graph, placed, result = self._graph(_bucket(count))
+            graph, placed, result = self._graph(choose_bucket(count, self._graphs))
             slot.copied.synchronize()  # the pinned memory is free again
             slot.pinned.numpy()[:count] = chunk
             with torch.cuda.stream(self._copies):
@@ -201,5 +204,12 @@ def _chunks(images: np.ndarray, most: int) -> list[np.ndarray]:
     return [images[start : start + most] for start in range(0, len(images), most)]
 
 
-def _bucket(count: int) -> int:
-    return next(bucket for bucket in _BUCKETS if bucket >= count)
+def choose_bucket(count: int, captured: Collection[int]) -> int:
+    """Return the smallest bucket for `count` images, of the captured ones if one of them is large enough.
+
+    A capture takes seconds, and a pass of the largest bucket milliseconds.
+    """
+    return min(
+        [bucket for bucket in captured if bucket >= count]
+        or [bucket for bucket in _BUCKETS if bucket >= count]
+    )

@@ -7,7 +7,7 @@ from jobs.common.inference import ModelOptions
 from jobs.grade.planning import PoolOptions, plan_run
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
-from scalp_core.inference.torch_runtime import largest_bucket
+from scalp_core.inference.torch_runtime import choose_bucket, largest_bucket
 
 LAPTOP = Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2)
 TWO_CPUS = Cluster(cpus=2, gpus=0, nodes=1, cores_per_node=2)
@@ -72,3 +72,10 @@ def test_a_small_gpu_gets_smaller_batches():
     # A photograph of 224 px takes about 25 MiB of a forward pass in bf16.
     sizes = [largest_bucket(25 * 2**20, gib * 2**30) for gib in (80, 8, 2, 0)]
     assert sizes == [128, 128, 32, 1]
+
+
+def test_a_batch_is_padded_to_a_captured_shape_rather_than_given_a_new_one():
+    assert [choose_bucket(count, {128}) for count in (1, 100, 128)] == [128, 128, 128]
+    assert [choose_bucket(count, {1, 8, 32, 128}) for count in (1, 2, 9, 33)] == [1, 8, 32, 128]
+    assert [choose_bucket(count, {}) for count in (1, 2, 33)] == [1, 8, 128]
+    assert choose_bucket(33, {1, 8, 32}) == 128

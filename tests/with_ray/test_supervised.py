@@ -63,7 +63,7 @@ def test_images_that_crash_the_process_are_failed_rows(bundle, clinic, tmp_path)
 
 def test_a_process_that_crashes_without_a_result_ends_the_command(bundle, clinic, tmp_path):
     script = tmp_path / "crashing.py"
-    die = "shards.GradeShard._grade = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    die = "shards.GradeShard._logits = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
     text = CRASHING.replace("images.decode = crash", f"from jobs.grade import shards\n{die}")
     script.write_text(text.format(signal="SIGKILL"))
     ended = grade(script, bundle, clinic, tmp_path / "out")

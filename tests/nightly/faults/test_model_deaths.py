@@ -31,9 +31,9 @@ def _load(batch, tries):
     yield batch
 
 
-def graded(shards, tmp_path):
+def graded(shards, tmp_path, threads=1):
     items = [{"shard": shard} for shard in shards]
-    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0)
+    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0, threads=threads)
     rows = RayExecutor().pipeline(items, _load, Mortal, (str(tmp_path),), size)
     return sorted(row["shard"] for row in rows)
 
@@ -48,6 +48,11 @@ def test_a_shard_in_which_models_die_again_and_again_ends_the_run_and_is_named(c
     with pytest.raises(UserError, match="died 4 times while they graded shard b-99; .*--batch-size"):
         graded(["a", "b-99", "c", "d"], tmp_path)
     assert len((tmp_path / "b-99").read_text()) == MOST_TRIES + 1
+
+
+def test_a_shard_that_ends_models_next_to_another_is_among_those_named(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"died 4 times while they graded shard .*b-99"):
+        graded(["a", "b-99", "c", "d"], tmp_path, threads=2)
 
 
 class StillBorn:
