@@ -160,3 +160,19 @@ def test_the_figures_of_readme_are_those_of_the_newest_results():
     lite, xception = (f"{loops[name]:.2f}" for name in ("train-lite0", "train"))
     assert f"is {lite} times as fast as a tuned PyTorch loop with EfficientNet-lite0" in readme
     assert f"and {xception} times with Xception" in readme
+
+
+def test_the_table_of_the_gates_is_that_of_its_result():
+    section = (ROOT / "docs/gates.md").read_text(encoding="utf-8").split("\n## Detection, measured\n")[1]
+    (name,) = re.findall(r"\(results/(out-of-distribution-[^)]+)\)", section)
+    measured = []
+    for row in json.loads((ROOT / "docs/results" / name).read_text(encoding="utf-8"))["rows"]:
+        auroc = row["auroc"]
+        of_features = max(auroc["mahalanobis"], auroc["neighbor"])
+        of_answers = max(auroc["energy"], auroc["top_probability"])
+        flagged = f"{100 * row['flagged']['gates']:.0f} %"
+        measured.append(
+            [str(row["images"]), f"{auroc['gates']:.3f}", flagged, f"{of_features:.3f}", f"{of_answers:.3f}"]
+        )
+    lines = re.findall(r"^\| .* \| (\d+) \| (\S+) \| (\d+ %) \| (\S+) \| (\S+) \|$", section, re.M)
+    assert sorted(map(list, lines)) == sorted(measured)
