@@ -147,7 +147,7 @@ class GradeMetrics(_RunMetrics):
         self._seconds = Counter(
             "scalp_grade_seconds",
             "seconds of the loading tasks (fetch: wait for storage; decode) and of the models (wait: for a "
-            "decoded shard; model; commit)",
+            "decoded shard; model; commit, next to them)",
             ("run", "stage"),
         )
         self._done = Gauge("scalp_grade_done", "images with a row, also of earlier sessions", ("run",))

@@ -46,7 +46,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(bundle, tmp
     with small_disk(disk, "500k"):
         run = start(bundle, str(source), str(disk / "out"), tmp_path / "log")
         printed = run.end(code=2)
-        assert "the disk is full; free space there and run the same command again" in printed
+        problem, fix = printed.strip().splitlines()[-2:]
+        assert problem.endswith(": the disk is full")
+        assert fix == "hint:  free space there and run the same command again"
         assert "Traceback" not in printed
         assert 0 < run.committed() < PHOTOGRAPHS // SHARD
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
