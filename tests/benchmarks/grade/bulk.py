@@ -131,14 +131,12 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
             bad = _add_bad_files(root, files)
         with s3_server(root / "s3") as server:
             _upload(server, files)
-            cases = [
-                case
-                for case in _cases(root, device, server, len(files), bad, options.daft)
-                if not options.only or f"{case.what}, {case.source}" in options.only
-            ]
-            if not cases:
-                raise UserError(f"no candidate matches --only {' --only '.join(options.only)}")
-            _run_rounds(cases, root, options.rounds)
+            cases = _cases(root, device, server, len(files), bad, options.daft)
+            named = {f"{case.what}, {case.source}": case for case in cases}
+            if unknown := set(options.only) - named.keys():
+                names = "; ".join(named)
+                raise UserError(f"--only {unknown.pop()}: no such candidate; the candidates are {names}")
+            _run_rounds([named[name] for name in options.only] or cases, root, options.rounds)
     settings = vars(options) | {
         "only": list(options.only),
         "device": device,
